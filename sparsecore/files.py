@@ -91,6 +91,16 @@ def _create(path: Path, mode: int) -> IO[bytes]:
         file.close()  # another writer was faster, and took this file for a dead writer's
 
 
+def named_folder(variable: str) -> Path | None:
+    """Return the folder that an environment variable names; None if it is not set."""
+    if not (own := os.environ.get(variable)):
+        return None
+    if not (folder := Path(own).expanduser()).is_absolute():
+        told = "expected an absolute path, because each notebook runs in its own folder"
+        raise ValueError(f"${variable}: {told}, got {own!r}")
+    return folder
+
+
 @contextmanager
 def lock(path: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a file's lock; if another process holds it, wait or raise BlockingIOError."""

@@ -13,6 +13,8 @@ CHOICE = "this project's choice"
 _DETAILS = {
     "weight_decay": "released code: 0.0002 sequential, 0 parallel; both here",
     "prune_from": "released code; its first pruning comes after 211 epochs, parallel 220",
+    "prune_every": "released sequential script, which is for Fashion-MNIST",
+    "prune_percentile": "released sequential script, which is for Fashion-MNIST",
 }
 
 #: Weight decay is a factor of the study: the value of the released sequential script, and that of

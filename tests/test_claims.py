@@ -327,7 +327,7 @@ def test_what_is_not_planned_with_two_seeds_cannot_be_tested():
         LEFT_OUT, "no seed of dense planned at this weight decay",
     )  # fmt: skip
     assert why["CIFAR-10", 0.0] == (LEFT_OUT, "1 seed of dense planned at this weight decay")
-    surrogate = (LEFT_OUT, "a surrogate's accuracy is no evidence")
+    surrogate = (LEFT_OUT, "what a network learns from a surrogate is no evidence")
     title = "Leukemia (MILE study), surrogate"
     assert {why[title, decay] for decay in (0.0002, 0.0)} == {surrogate}
     assert ledger.checks["C2"][0].evidence == "no runs of SET-All-ReLU and SET-ReLU yet"

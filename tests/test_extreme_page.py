@@ -205,6 +205,13 @@ def test_a_run_that_fails_says_why(monkeypatch):
         extreme._result([], 20_000, 2)
 
 
+def test_a_network_that_does_not_fit_leaves_the_others_to_be_trained(small, monkeypatch, capsys):
+    monkeypatch.setattr(extreme, "LIVE", (Row(10**10, 2), ROW))
+    assert main(["study", "run", "T-extreme"]) == 1
+    assert "free memory: expected at least" in capsys.readouterr().out
+    assert [*extreme.load("quick")] == [ROW]
+
+
 # --- tables and pictures -------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sparsecore.cluster import ClusterError
 from sparsecore.config import TrainConfig
 from sparsecore.paper import deviations, store
 from sparsecore.paper.parallel import figures as parallel_figures
@@ -29,6 +30,17 @@ def trained(one_worker, monkeypatch):
     assert parallel.load("paper")["replay"]["identical"]
     monkeypatch.setattr(store, "busy_cpus", lambda: 0.1)
     return one_worker
+
+
+def test_a_run_that_fails_beside_whole_seeds_says_why(trained, monkeypatch):
+    def fails(*asked):
+        raise ClusterError("no engines")
+
+    monkeypatch.setattr(parallel, "_train", fails)
+    parallel.entry("wassp", 1, "paper").path.unlink()
+    reasons = []
+    assert parallel.load("paper", reasons)["seeds"] == [0]
+    assert reasons == ["This cannot be measured here: no engines."]
 
 
 def test_runs_are_made_in_turns_shown_and_told(trained):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -184,6 +185,25 @@ def test_comparison_is_interleaved_and_complete(monkeypatch):
     json.dumps(result)
     assert os.environ["OMP_NUM_THREADS"] == "7", "the peers' settings do not stay"
     assert "MKL_NUM_THREADS" not in os.environ
+
+
+def test_a_peer_that_dies_in_a_turn_leaves_the_others_in_the_contest(monkeypatch):
+    few = {key: PEERS[key] for key in ("sparsecore", "blas-dense")}
+    monkeypatch.setattr(contest, "PEERS", few)
+    turns = []
+
+    def submit(pool, call, *asked):
+        if call is contest._turn:
+            turns.append(pool)
+            if len(turns) == 3:  # the second round begins with the dense network
+                call, asked = os._exit, (1,)
+        return real(pool, call, *asked)
+
+    real = ProcessPoolExecutor.submit
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submit)
+    result = contest.compare(Problem(SIZES, TrainConfig(density=0.3)), rounds=3, seconds=0.01)
+    assert len(result["peers"]["sparsecore"]["rounds"]) == 3
+    assert result["absent"]["blas-dense"]["reason"] == "failed: its process died"
 
 
 def test_what_is_absent_has_a_reason(monkeypatch):

@@ -42,6 +42,19 @@ def test_stopping_and_going_on_loses_nothing(session):
     assert [e["test_loss"] for e in run.epochs] == [e["test_loss"] for e in result["epochs"]]
 
 
+def test_a_finished_run_that_goes_on_loses_no_evolution(session):
+    pruning = {"prune_from": 2, "prune_every": 2, "prune_percentile": 30}
+    run = session.start(**SMALL, **pruning, epochs=4)
+    session.wait()
+    session.go_on(run, epochs=6)
+    session.wait()
+    config = setting("digits").config.with_values(**SMALL, **pruning, epochs=6)
+    _, result = experiment.run(datasets.load("digits"), config)
+    assert run.model.weights_sha256() == result["weights_sha256"]
+    changes = [[(e["pruned"], e["replaced"]) for e in es] for es in (run.epochs, result["epochs"])]
+    assert changes[0] == changes[1] and min(changes[0][3]) > 0
+
+
 def test_an_interrupted_wait_leaves_the_run_at_work(session):
     run = session.start(**SMALL, epochs=100_000)
     interrupt = threading.main_thread().ident, signal.SIGINT
@@ -135,6 +148,7 @@ def test_a_new_panel_ends_the_run_of_the_last_one(request):
         ("flowers", {}, "dataset: expected one of .*digits.*, got 'flowers'; .*data fetch"),
         ("digits", {"epochs": 5000}, "epochs: expected 1 to 1000, got 5000"),
         ("digits", {"epoch": 3}, "setting: expected .*epochs.*, got 'epoch'"),
+        ("digits", {"activation": "relu6"}, "activation: expected one of relu, .*got 'relu6'"),
     ],
 )
 def test_a_panel_refuses_what_it_does_not_have(dataset, values, told):

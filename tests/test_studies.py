@@ -254,9 +254,9 @@ def test_methods_take_turns_to_be_timed(monkeypatch, tmp_path):
     assert first == {name: [pytest.approx(spent[name] / epochs[name])] for name in methods}
     monkeypatch.setattr(times, "training_seconds", training_seconds)
     with monkeypatch.context() as patch:
-        patch.setattr(times, "RECIPE", times.RECIPE + 1)
+        patch.setattr(times, "sources_sha256", lambda: "others")
         foreign = shutil.copy(kept, tmp_path / "foreign")
-        assert times.measure("digits", 1, foreign)["rounds"] != first, "of another recipe"
+        assert times.measure("digits", 1, foreign)["rounds"] != first, "of other code"
     monkeypatch.setattr(times, "cores", lambda run: run["config"]["epochs"])
     found = times.measure("digits", 2, kept)
     assert found["cores"] == epochs, "of the run that counts"

@@ -205,6 +205,10 @@ def test_what_is_wrong_in_an_archive_is_named(arrays, told, tmp_path):
             "one.csv: R² needs at least two rows, got one",
         ),
         (["--data", "a.svmlight", "--target", "y"], "--target: not with svmlight files"),
+        (
+            ["--data", "a.svmlight", "--test", "a.csv"],
+            "--test: expected a file of --data's kind, svmlight, got a.csv",
+        ),
         (["--data", "a.csv", "--algorithm", "wasap"], "--data; in Python, sparsecore.wasap.run"),
         (["--data", "a.csv", "--prune-percentile", "5"], "--prune-percentile: expected --prune-"),
         (

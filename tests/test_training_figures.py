@@ -833,9 +833,12 @@ def test_what_is_missing_of_the_main_table_is_counted():
     brain = {"seconds": {"train": 1800.0, "evolve": 900.0, "evaluate": 900.0}}
     brain["provenance"] = run["provenance"] | {"cpu": "CPU 9"}
     lost = [{"diverged": "", "provenance": run["provenance"]}, {"whole": {}}]
-    table = tables.compute([main, decay], [brain], lost)
-    assert table.data.to_numpy().tolist() == [["CPU 9", 1, 2.0], ["a CPU", 2, 6.0]], "each run once"
-    assert table.finding == "With F-parallel and T-extreme, recorded runs took 8 core-hours in all."
+    team = {"seconds": {"train": 1800.0, "evaluate": 3600.0}}  # half an hour of tests on each rank
+    team["provenance"] = run["provenance"] | {"ranks": 2, "threads": 1, "cpu": "CPU 9"}
+    table = tables.compute([main, decay], [brain, team], lost)
+    assert table.data.to_numpy().tolist() == [["CPU 9", 2, 4.0], ["a CPU", 2, 6.0]], "each run once"
+    told = "With F-parallel and T-extreme, recorded runs took 10 core-hours in all."
+    assert table.finding == told
     assert len(table.caption.split()) <= 60 and tables.compute([]).frame.empty
 
 

@@ -59,8 +59,7 @@ def _bench(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(result))
         return
-    ms = result["ms_per_step"]
-    threads = options.threads
+    ms, threads = result["ms_per_step"], options.threads
     print(f"{result['nnz']:,} connections, batch {config.batch_size}, {threads} thread(s)")
     print(f"training step  {ms['median']:.3f} ms (min {ms['min']:.3f}, p90 {ms['p90']:.3f})")
     print(f"rate           {result['gflops']:.1f} GFLOP/s")

@@ -74,11 +74,10 @@ def _run_study(options: argparse.Namespace) -> None:
     if (module := _measured().get(home)) is not None:
         parts = given(options, ("seeds", "datasets", "methods", "decays"))
         refuse(parts, f"{options.key} is measured as a whole; leave this option out")
-        found = module.load(options.profile)
+        reasons: list[str] = []
+        module.load(options.profile, reasons)
         if _show(options.key, module.entries(studies.current_profile(options.profile)), {}):
-            results = [found, *found.values()]  # of a single part, the result itself
-            missing = [r["missing"] for r in results if isinstance(r, dict) and "missing" in r]
-            for why in dict.fromkeys(missing):
+            for why in dict.fromkeys(reasons):
                 print(f"  {why}")
             raise RuntimeError(f"{options.key}: measurements are missing; the reasons are above")
         return

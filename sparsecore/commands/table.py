@@ -52,6 +52,8 @@ def train(options: argparse.Namespace) -> None:
         raise ValueError("--target: expected the name of the column to be predicted, got none")
     if options.target is not None and options.data.endswith((".svmlight", ".libsvm")):
         raise ValueError("--target: not with svmlight files, where it comes first in each line")
+    if options.target is None and (options.test or "").endswith((".csv", ".npz")):
+        raise ValueError(f"--test: expected a file of --data's kind, svmlight, got {options.test}")
     shared.warn_of_twins("start it without mpiexec")
     table = tables.read(options.data, options.target)
     y, n_features = tables.learnable(table.y, options.task, options.data), table.X.shape[1]

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from sparsecore import progress
 from sparsecore.datasets.dataset import Arrays
 from sparsecore.datasets.readers import DataCorrupt, DataError, DataFile, Located, Parsed
-from sparsecore.files import atomic_write, lock
+from sparsecore.files import atomic_write, lock, named_folder
 
 ENVIRONMENT = "SPARSECORE_DATA"
 ORIGIN = "origin.txt"  # in a cache folder: the mirror that its files came from
@@ -170,8 +170,8 @@ def locate(entry: Listing, tried: Tried) -> Local | None:
     with contextlib.suppress(OSError):
         origin = (cache / ORIGIN).read_text(encoding="utf-8", errors="replace").strip()
         places = [(f"cache, from {origin}", cache)]
-    if root := os.environ.get(ENVIRONMENT):
-        places.insert(0, (f"${ENVIRONMENT}", Path(root).expanduser() / entry.name))
+    if (own := named_folder(ENVIRONMENT)) is not None:
+        places.insert(0, (f"${ENVIRONMENT}", own / entry.name))
     else:
         tried.append((f"${ENVIRONMENT}/{entry.name}", f"{ENVIRONMENT} is not set"))
     for mirror in entry.mirrors:

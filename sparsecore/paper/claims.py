@@ -309,7 +309,7 @@ class Ledger:
         contest = results.profile == "paper"
         labels = {method: conditions.METHODS[method].label for method in methods}
         if judge and self.results.surrogate(dataset):
-            return "a surrogate's accuracy is no evidence", LEFT_OUT
+            return "what a network learns from a surrogate is no evidence", LEFT_OUT
         for method in methods:
             planned = results.wanted(dataset, method)
             if why := conditions.excluded(dataset, method):

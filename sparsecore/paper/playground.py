@@ -128,10 +128,10 @@ class Session:
         if found:
             since = f"from epoch {run.done + 1} " if run.done else ""
             run.told.append(since + ", ".join(found))
+        what = run, workers, algorithm, run.state == "finished"
         run.config, run.workers, run.state = config, ranks, "loading data"
         self._stopping.clear()
         self._idle.clear()
-        what = run, workers, algorithm
         threading.Thread(target=self._train, args=what, daemon=True).start()
         return run
 
@@ -157,7 +157,7 @@ class Session:
         self._cluster = None
         self._clusters.close()
 
-    def _train(self, run: Run, workers: int, algorithm: str) -> None:
+    def _train(self, run: Run, workers: int, algorithm: str, finished: bool) -> None:
         config = run.config
         try:
             data = datasets.load(run.dataset)
@@ -167,7 +167,7 @@ class Session:
                 run.model = run.before = fresh
             model = run.model.copy(activation=config.activation, alpha=config.alpha)
             if workers == 1:
-                self._train_here(run, model, data)
+                self._train_here(run, model, data, finished)
             else:
                 self._train_on_engines(run, model, data, workers, wasap.Plan(algorithm))
             run.state = "finished"
@@ -187,12 +187,14 @@ class Session:
         if self._stopping.is_set():
             raise KeyboardInterrupt
 
-    def _train_here(self, run: Run, model: SparseMLP, data: datasets.Dataset) -> None:
+    def _train_here(
+        self, run: Run, model: SparseMLP, data: datasets.Dataset, finished: bool
+    ) -> None:
         step = run.done * -(-len(data.y_train) // run.config.batch_size)
         seconds = dict.fromkeys(("train", "evaluate", "evolve"), 0.0)
         state = {
             **experiment.identity(data, run.config, run.seed), "nnz_start": model.nnz,
-            "epochs": list(run.epochs),
+            "epochs": list(run.epochs), "topology due": finished,  # its last epoch kept it
             "progress": {"epoch": run.done, "step": step, "seconds": seconds},
         }  # fmt: skip
 
@@ -363,6 +365,8 @@ class Playground(widgets.VBox):
         for name, value in {**config.to_dict(), **values}.items():
             if name in self.controls:
                 box, value = self.controls[name], value or 0 if name == "prune_from" else value
+                if isinstance(box, widgets.Dropdown):
+                    names(box.options).check(name, value)
                 box.value = value
                 if box.value != value:  # sliders clip it silently
                     raise ValueError(f"{name}: expected {box.min} to {box.max}, got {value}")

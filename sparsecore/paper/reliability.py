@@ -33,7 +33,7 @@ def entries(profile: str) -> list[store.Entry]:
     return [_entry(path.stem) for path in paths if profile == "paper"]
 
 
-def load(profile: str | None = None) -> None:
+def load(profile: str | None = None, reasons: list[str] | None = None) -> None:
     """Raise an error that says how to measure: a build of the book should not kill processes."""
     raise RuntimeError(f'{STUDY}: record it by SPARSECORE_RECORD=1 pytest -m "fuzz or endurance"')
 

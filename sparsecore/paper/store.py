@@ -48,11 +48,8 @@ class ResultWarning(UserWarning):
 
 def root() -> Path:
     """Return the folder of all results: as set, or the book's, or one in the working directory."""
-    if own := os.environ.get(FOLDER):
-        if not (folder := Path(own).expanduser()).is_absolute():
-            told = "expected an absolute path, because each notebook runs in its own folder"
-            raise ValueError(f"${FOLDER}: {told}, got {own!r}")
-        return folder
+    if (own := files.named_folder(FOLDER)) is not None:
+        return own
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / "book" / "_toc.yml").is_file() and (folder / "notebooks").is_dir():
@@ -184,16 +181,18 @@ def measured(
         found = {name: entry.recorded() for name, (entry, _) in parts("paper").items()}
         return page({name: result for name, result in found.items() if result is not None})
 
-    def load(profile: str | None = None) -> Any:
-        """Return a profile's results; measure missing ones, or say why that is impossible."""
+    def load(profile: str | None = None, reasons: list[str] | None = None) -> Any:
+        """Return a profile's results; measure missing ones, or add to `reasons` why not."""
         asked, found = parts(current_profile(profile)), {}
+        reasons = [] if reasons is None else reasons
         with bar(len(asked), bar_format="{desc} ({n}/{total})", hidden=len(asked) == 1) as shown:
             for name, (entry, measure) in asked.items():
                 shown.set_description_str(entry.name)
                 try:
                     found[name] = entry.obtain(partial(_with_others, measure))
                 except (DataError, ClusterError) as error:
-                    found[name] = {"missing": f"This cannot be measured here: {error}."}
+                    reasons.append(f"This cannot be measured here: {error}.")
+                    found[name] = {"missing": reasons[-1]}
                 shown.update()
         return page(found)
 

@@ -157,8 +157,8 @@ def beside_main(found: Result, main: Results) -> Note:
     told = " and ".join(f"{shown.points(e)} ({LABELS[n]})" for n, e in effects if e)
     text = shown.sentence("Final test accuracy there, minus the sequential trainer's", told)
     return Note(
-        "[The main table](main.ipynb) has other runs of the same length, and its seconds are of "
-        f"another machine: compare seconds within one figure only. {text}".strip()
+        "[The main table](main.ipynb) has other runs of the same length, and seconds that were "
+        f"measured separately: compare seconds within one figure only. {text}".strip()
     )
 
 

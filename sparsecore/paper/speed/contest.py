@@ -6,10 +6,10 @@ Each peer runs in a process of its own, with its threads set before its librarie
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -54,16 +54,9 @@ def compare(
             made = {key: pool.submit(_make, key, problem) for key, pool in pools.items()}
         for key, pool in pools.items():
             progress(f"starting {PEERS[key].label}")
-            try:
+            with _lost(key, gone):
                 made[key].result()
                 blas[key] = pool.submit(_warm_up, key, seconds).result()
-            except BrokenProcessPool:
-                gone[key] = "failed: its process died"
-            except Exception as error:  # whatever a foreign library raises
-                traceback.print_exc()
-                gone[key] = f"failed: {type(error).__name__}: {error}"
-        if "sparsecore" in gone:
-            raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
         order = list(blas)
         turns: dict[str, list[dict[str, float]]] = {key: [] for key in order}
         meetings = [meeting_seconds(problem.threads)]
@@ -71,9 +64,12 @@ def compare(
             progress(f"round {number + 1} of {rounds}")
             for key in order:
                 time.sleep(_PAUSE)
-                turns[key].append(pools[key].submit(_turn).result())
-            order = order[1:] + order[:1]  # no peer always follows the same one
+                with _lost(key, gone):
+                    turns[key].append(pools[key].submit(_turn).result())
+            # No peer always follows the same one.
+            order = [key for key in order[1:] + order[:1] if key not in gone]
         meetings.append(meeting_seconds(problem.threads))
+        turns = {key: some for key, some in turns.items() if key not in gone}
         memory = {key: pools[key].submit(peak_bytes).result() for key in turns}
     ours = np.array([turn["ms"] for turn in turns["sparsecore"]])
     return {
@@ -94,6 +90,20 @@ def compare(
         "absent": {key: {"label": PEERS[key].label, "reason": gone[key]} for key in gone},
         "provenance": provenance(problem.threads, None),
     }  # fmt: skip
+
+
+@contextmanager
+def _lost(key: str, gone: dict[str, str]) -> Iterator[None]:
+    """Note in `gone` why a peer fails; without sparsecore itself there is no contest."""
+    try:
+        yield
+    except BrokenProcessPool:
+        gone[key] = "failed: its process died"
+    except Exception as error:  # whatever a foreign library raises
+        traceback.print_exc()
+        gone[key] = f"failed: {type(error).__name__}: {error}"
+    if "sparsecore" in gone:
+        raise RuntimeError(f"sparsecore itself {gone['sparsecore']}")
 
 
 def _summary(turns: list[dict[str, float]], ours: np.ndarray) -> dict[str, Any]:

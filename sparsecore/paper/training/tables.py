@@ -352,4 +352,8 @@ def _identity(run: Result) -> tuple[Any, ...]:
 
 
 def _hours(runs: Iterable[Result]) -> float:
-    return sum((training_seconds(r) + r["seconds"]["evaluate"]) * cores(r) for r in runs) / 3600
+    total = 0.0
+    for run in runs:
+        tests = run["seconds"]["evaluate"] / run["provenance"]["ranks"]  # added up over ranks
+        total += (training_seconds(run) + tests) * cores(run)
+    return total / 3600

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparsecore.experiment import RECIPE
 from sparsecore.files import atomic_write
 from sparsecore.limits import cpu_count
 from sparsecore.paper.store import Entry, Parts, Result, measured
 from sparsecore.paper.training import on_cluster
 from sparsecore.paper.training.conditions import METHODS, STUDIES, Condition, excluded
 from sparsecore.paper.training.studies import cores, data_of, expected_seconds, training_seconds
-from sparsecore.provenance import cpu_model, provenance
+from sparsecore.provenance import cpu_model, provenance, sources_sha256
 
 STUDY = "T-times"
 _ROUNDS = {"quick": 2, "paper": 5}
@@ -28,12 +27,8 @@ _SHORT = 10
 
 def _parts(profile: str) -> Parts:
     names = STUDIES["T-main"].datasets if profile == "paper" else ("digits",)
-    found: Parts = {}
-    for name in names:
-        entry = Entry(STUDY, name, profile)
-        kept = entry.checkpoint("rounds")
-        found[name] = entry, partial(measure, name, _ROUNDS[profile], kept)
-    return found
+    made, rounds = [Entry(STUDY, name, profile) for name in names], _ROUNDS[profile]
+    return {e.name: (e, partial(measure, e.name, rounds, e.checkpoint("rounds"))) for e in made}
 
 
 entries, recorded, load = measured(_parts)
@@ -42,12 +37,12 @@ entries, recorded, load = measured(_parts)
 def measure(dataset: str, rounds: int, checkpoint: Path) -> Result:
     """Train by each method in turn; return "rounds", seconds per epoch of each, and "cores"."""
     # Finished rounds are kept in `checkpoint`: an interrupted measurement resumes from there, if
-    # the machine, the recipe, the methods and the data are the same.
+    # the machine, the code, the methods and the data are the same.
     names = [m for m in STUDIES["T-main"].methods if excluded(dataset, m) is None]
     data = data_of(Condition("T-main", "paper", dataset, names[0], 0))
     same = {
-        "cpu": cpu_model(), "cpus": cpu_count(), "recipe": RECIPE, "data": data.content_hash,
-        "methods": names,
+        "cpu": cpu_model(), "cpus": cpu_count(), "sources": sources_sha256(),
+        "data": data.content_hash, "methods": names,
     }  # fmt: skip
     found: Result = {"same": same, "rounds": {name: [] for name in names}, "cores": {}}
     if checkpoint.is_file():

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sparsecore import checkpoint, train
-from sparsecore.config import TrainConfig
+from sparsecore.config import TrainConfig, integers
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.augment import ImageAugmentation
 from sparsecore.files import check_writable
@@ -219,6 +219,7 @@ class Shard:
 
 def identity(data: Dataset, config: TrainConfig, seed: int, **parallel: Any) -> dict[str, Any]:
     """Return what identifies a run: "config", "seed", "data", "recipe", as JSON types."""
+    integers(0).check("seed", seed)
     about = {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict(), **parallel}
     return {"config": about, "seed": int(seed), "data": data.content_hash, "recipe": RECIPE}
 
@@ -230,6 +231,8 @@ def resumed(
     """Return model and state of a checkpoint that `read` reads, if there is one to resume."""
     if path is not None:
         check_writable(path)
+    elif resume:
+        raise ValueError("resume: expected checkpoint_path with it, got none")
     if not resume or path is None or not Path(path).exists():
         return None
     model, state = checkpoint.latest(path, read)

@@ -6,12 +6,13 @@ import glob
 import os
 import shutil
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-_STEM = 30  # letters of a file's name in that of its temporary file: longer names could fail
+_STEM = 30  # letters of a file's name at the start of its temporary file's: longer names could fail
 
 
 def check_writable(path: str | os.PathLike[str], n_bytes: int = 0) -> Path:
@@ -44,7 +45,9 @@ def atomic_write(path: str | os.PathLike[str], keep: bool = False) -> Iterator[I
     # `previous`. Temporary files of writers that were killed are removed.
     target = check_writable(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    stem = target.name[:_STEM]
+    stem = name = target.name
+    if len(name) > _STEM:  # names that begin alike, as the workers', have different stems
+        stem = f"{name[:_STEM]}{zlib.crc32(os.fsencode(name)):08x}"
     for left in target.parent.glob(f".{glob.escape(stem)}.{'[0-9a-f]' * 16}.tmp"):
         with suppress(OSError), left.open("r+b") as dead:  # a living writer holds its lock
             fcntl.flock(dead, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -213,6 +213,8 @@ class SparseMLP(Fixed):
         if epsilon is not None and density is not None:
             raise ValueError(f"give epsilon or density, not both (got {epsilon!r} and {density!r})")
         HYPERPARAMETERS["init"].check(init)
+        if not (random_state is None or isinstance(random_state, np.random.Generator)):
+            integers(0).check("random_state", random_state)
         rng = np.random.default_rng(random_state)
         structures, data = [], []
         for n_in, n_out in pairwise(sizes):
@@ -260,10 +262,14 @@ class SparseMLP(Fixed):
                 raise ValueError(f"matrices: shapes {below.shape} and {above.shape} do not chain")
         sizes = [layers[0].shape[1], *(layer.shape[0] for layer in layers)]
         structures = [(layer.indptr, layer.indices) for layer in layers]
-        return cls(
+        model = cls(
             sizes, structures, [layer.data for layer in layers], biases,
             activation=activation, alpha=alpha, init=init,
         )  # fmt: skip
+        if not np.isfinite(model.params).all():
+            most = f"{np.finfo(np.float32).max:.2g}"
+            raise ValueError(f"matrices, biases: expected finite numbers of at most {most}")
+        return model
 
     def __len__(self) -> int:
         return len(self.sizes) - 1

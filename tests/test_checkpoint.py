@@ -1,7 +1,10 @@
 """Model files: round trips, every kind of damage, and writes that are interrupted."""
 
+import errno
+import fcntl
 import io
 import json
+import mmap
 import os
 import pickle
 import resource
@@ -288,6 +291,28 @@ def killed(path, code="os._exit(9)"):
         f"    {code}\n"
     )
     return subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
+
+
+def test_writers_of_names_that_begin_alike_keep_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *asked: None)  # as between the nodes of some disks
+    first, second = (tmp_path / f"{'long' * 10}.worker{rank}" for rank in range(2))
+    with atomic_write(first) as file:
+        with atomic_write(second) as other:
+            other.write(b"second")
+        file.write(b"first")
+    assert (first.read_bytes(), second.read_bytes()) == (b"first", b"second")
+
+
+def test_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+    path = tmp_path / "model.npz"
+    checkpoint.save(SparseMLP.erdos_renyi((600, 600, 10), density=1.0), path)
+
+    def refuse(*asked, **how):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(MemoryError, match="bytes"):
+        checkpoint.load(path)
 
 
 @pytest.mark.parametrize("name", ["file", "x" * 255, "a [*] ε" * 20])

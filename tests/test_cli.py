@@ -340,6 +340,10 @@ def test_options_that_make_no_sense_end_with_status_2(words, capsys):
         (["--algorithm", "wasap", "--patience", "1e7"], "--patience: expected seconds above 0"),
         (["--prune-every", "3"], "--prune-every: expected --prune-from EPOCH with it, got none"),
         (["--prune-percentile", "3"], "--prune-percentile: expected --prune-from EPOCH with it"),
+        (
+            ["--epochs", "5", "--prune-from", "5"],
+            "--prune-from: expected an epoch before the last, which is 5, got 5",
+        ),
         (["--out", os.curdir], "--out: [Errno 22] expected a regular file, got a folder: '.'"),
         (["--out", "x" * 300], f"--out: [Errno {errno.ENAMETOOLONG}] File name too long: 'xxx"),
         (["--out", ""], "--out: [Errno 2] expected a file's name, got none: ''"),

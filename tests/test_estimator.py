@@ -378,11 +378,11 @@ REFUSED = {
     "y: expected a dense array": lambda: made(R).fit(X40, sp.csr_array(X40)),
     "early_stopping: 9 samples cannot give a validation_fraction of 0.1: R² needs at least two":
         lambda: made(R, early_stopping=True).fit(X40[:9], X40[:9, 0]),
-    "sample_weight: expected a weight above 0, and none above 3.4e+38, got 1e+300 at most":
+    "weight: expected a weight above 0 among these rows, and none above 3.4e+38, got 1e+300 at":
         lambda: made(R).fit(X40, X40[:, 0], np.full(40, 1e300)),
-    "class_weight: expected a weight above 0": lambda:
+    "class_weight: expected a weight above 0 among": lambda:
         made(class_weight={0: 0, 1: 0, 2: 0}).fit(X40, Y40),
-    "class_weight: expected a weight above 0, and none": lambda:
+    "class_weight: expected a weight above 0 among these rows, and none": lambda:
         made(class_weight={0: 0}).partial_fit(X40, np.zeros(40, int), [0, 1]),
     "SparseMLPClassifier: got an unexpected keyword argument 'foo'": lambda: made(foo=1),
     "SparseMLPRegressor: got an unexpected keyword argument 'foo'": lambda: made(R, foo=1),

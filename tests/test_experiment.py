@@ -204,6 +204,13 @@ def test_another_runs_checkpoint_is_refused(tmp_path, monkeypatch):
 
     with pytest.raises(ValueError, match="belongs to a run with seed 1, not 2; resume with"):
         resume(seed=2)
+    for seed in (-1, 1.5):
+        with pytest.raises(
+            ValueError, match=f"seed: expected an integer of at least 0, got {seed}"
+        ):
+            resume(seed=seed)
+    with pytest.raises(ValueError, match="resume: expected checkpoint_path with it, got none"):
+        experiment.run(dataset(), config(), resume=True)
     with pytest.raises(ValueError, match=r"belongs to a run with alpha 0\.6, not 0\.7; resume"):
         resume(alpha=0.7)
     with pytest.raises(ValueError, match="belongs to a run with n_train "):

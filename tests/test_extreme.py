@@ -670,6 +670,18 @@ def test_a_disk_without_room_for_a_checkpoint_is_refused_before_the_first_step(
         run.run(config, checkpoint_path=tmp_path / "run.npz")
 
 
+def test_a_disk_needs_room_for_the_last_two_checkpoints(tmp_path, monkeypatch):
+    config, path = ExtremeConfig(neurons=3000, hidden_layers=2, steps=2), tmp_path / "run.npz"
+    run.run(config, checkpoint_path=path, checkpoint_every=1)
+    assert files.previous(path).exists()
+    free = path.stat().st_size * 3 // 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    run.run(config, checkpoint_path=path, checkpoint_every=1)  # in place of those
+    monkeypatch.setattr(run, "_step", None)
+    with pytest.raises(OSError, match=r"expected a disk with [\d,]+ bytes free: .*new.npz"):
+        run.run(config, checkpoint_path=tmp_path / "new.npz")
+
+
 def test_a_frozen_run_trains_its_output_layer_alone(tmp_path):
     path = tmp_path / "run.npz"
     config = ExtremeConfig(neurons=3000, hidden_layers=2, steps=4, evolve_every=1, frozen=True)

@@ -297,11 +297,20 @@ def test_the_shape_of_the_inputs_is_checked(X):
         ([np.ones(3)], r"matrices: expected at least one, each of shape \(fan_out, fan_in\)"),
         ([np.ones((3, 2)), np.ones((2, 4))], r"shapes \(3, 2\) and \(2, 4\) do not chain"),
         ([np.array([[np.nan, 1.0]])], "matrices: expected finite numbers, got nan"),
+        ([np.array([[1e300, 1.0]])], "matrices, biases: expected finite numbers of at most 3.4e"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_matrices_must_chain(matrices, complaint):
     with pytest.raises(ValueError, match=complaint):
         SparseMLP.from_scipy(matrices)
+
+
+def test_what_is_not_finite_or_no_seed_is_named():
+    with pytest.raises(ValueError, match="matrices, biases: expected finite numbers"):
+        SparseMLP.from_scipy([np.ones((1, 2))], [np.array([np.nan])])
+    with pytest.raises(ValueError, match="random_state: expected an integer of at least 0, got -1"):
+        SparseMLP.erdos_renyi((3, 2), random_state=-1)
 
 
 @pytest.mark.parametrize("lengths", [[1], [3, 1], [2, 3], [5]])

@@ -145,13 +145,18 @@ def warn_of_twins(remedy: str, command: str = "sparsecore train") -> None:
         say(f"every rank trains the same network on its own; {remedy}", command)
 
 
-def refuse_idle(options: argparse.Namespace, prune_from: int | None, activation: str) -> None:
-    """Refuse options of pruning without --prune-from, and a slope with ReLU."""
+def refuse_idle(
+    options: argparse.Namespace, epochs: int, prune_from: int | None, activation: str
+) -> None:
+    """Refuse pruning that comes too late, its options without --prune-from, a slope with ReLU."""
     if activation == "relu":
         refuse(given(options, ("alpha",)), "expected --activation leaky-relu or all-relu, got relu")
     if prune_from is None:
         alone = given(options, ("prune_every", "prune_percentile", "prune_counts_empty"))
         refuse(alone, "expected --prune-from EPOCH with it, got none")
+    elif prune_from >= epochs and options.checkpoint is None:  # else it may resume with more epochs
+        told = f"expected an epoch before the last, which is {epochs}"
+        raise ValueError(f"--prune-from: {told}, got {prune_from}")
 
 
 def check_targets(options: argparse.Namespace) -> None:

@@ -44,7 +44,9 @@ def train(options: argparse.Namespace) -> None:
     parallel = "; in Python, sparsecore.wasap.run trains a Dataset of your own"
     shared.refuse(foreign, f"not with --data{parallel * ('algorithm' in foreign[:1])}")
     shared.check_common(options)
-    shared.refuse_idle(options, options.prune_from, options.activation or names["activation"])
+    epochs = names["max_iter"] if options.epochs is None else options.epochs
+    activation = options.activation or names["activation"]
+    shared.refuse_idle(options, epochs, options.prune_from, activation)
     shared.check_targets(options)
     if options.epochs == 0:  # with --dataset, 0 gives an untrained network
         raise ValueError("--epochs: expected an integer of at least 1 with --data, got 0")

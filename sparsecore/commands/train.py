@@ -96,7 +96,7 @@ def _train(options: argparse.Namespace) -> None:
     base = settings.setting(options.dataset).default
     chosen = shared.given(options, HYPERPARAMETERS)
     config = base.with_values(**chosen)
-    shared.refuse_idle(options, config.prune_from, config.activation)
+    shared.refuse_idle(options, config.epochs, config.prune_from, config.activation)
     how = {
         "seed": options.seed, "threads": options.threads, "checkpoint_path": options.checkpoint,
         "resume": options.resume,

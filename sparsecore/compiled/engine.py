@@ -33,7 +33,10 @@ def aligned(size: int, dtype: type) -> np.ndarray:
     n_bytes = size * np.dtype(dtype).itemsize
     if n_bytes >= HUGE_PAGE // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
         whole = -(-n_bytes // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE
-        memory = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            memory = mmap.mmap(-1, whole, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:  # a reader of files would take it for the file's
+            raise MemoryError(f"{n_bytes:,} bytes") from error
         with contextlib.suppress(OSError):  # a system without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
         raw, boundary = np.frombuffer(memory, np.uint8), HUGE_PAGE

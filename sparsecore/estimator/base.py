@@ -168,8 +168,9 @@ class SparseMLPBase(BaseEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Train a new network, or with `warm_start` continue with the fitted one.
 
-        After an epoch an interrupt (Ctrl-C) keeps the network as the last step left it; a warm
-        start or `partial_fit` continues from there. Another failure leaves the estimator as it was.
+        After an epoch an interrupt (Ctrl-C) keeps the network as the last step left it, or with
+        `early_stopping` the best one; a warm start or `partial_fit` continues from there. Another
+        failure leaves the estimator as it was.
 
         Parameters
         ----------

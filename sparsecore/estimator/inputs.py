@@ -46,7 +46,7 @@ def accepted(X: Any) -> dict[str, Any]:
 def check_weights(name: str, weight: np.ndarray) -> None:
     """Refuse weights if none is above 0, or if one is too large for float32."""
     if not 0 < weight.max() <= LARGEST:
-        expected = f"a weight above 0, and none above {LARGEST:.2g}"
+        expected = f"a weight above 0 among these rows, and none above {LARGEST:.2g}"
         raise ValueError(f"{name}: expected {expected}, got {weight.max():.2g} at most")
 
 

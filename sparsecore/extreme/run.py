@@ -25,7 +25,7 @@ from sparsecore.datasets.generators import Clusters
 from sparsecore.extreme import budget
 from sparsecore.extreme.config import N_CLASSES, N_FEATURES, ExtremeConfig
 from sparsecore.extreme.network import TiledMLP, read_checkpoint
-from sparsecore.files import check_writable
+from sparsecore.files import check_writable, previous
 from sparsecore.functions import cross_entropy
 from sparsecore.provenance import check_alike, code, peak_bytes, provenance
 from sparsecore.seeds import Purpose
@@ -124,6 +124,9 @@ def run(
     5 to 8 ns per connection and step on two cores, from 5·10⁶ neurons on; memory: `budget.plan`.
     """
     integers(1).check("checkpoint_every", checkpoint_every)
+    integers(0).check("seed", seed)
+    if resume and checkpoint_path is None:
+        raise ValueError("resume: expected checkpoint_path with it, got none")
     about: dict[str, Any] = {"seed": seed, "config": asdict(config)}
     state = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0)}
     state |= {name: [] for name in _LISTS}
@@ -155,8 +158,9 @@ def run(
             check_resumed(resumed_from, found, about)  # it may be the previous checkpoint
             found["seconds"]["initialise"] += state["seconds"]["initialise"]
             state |= found
-        elif checkpoint_path is not None:
-            check_writable(checkpoint_path, net.nbytes)
+        if checkpoint_path is not None:  # the last two checkpoints are kept
+            there = sum(Path(p).exists() for p in (checkpoint_path, previous(checkpoint_path)))
+            check_writable(checkpoint_path, (2 - there) * net.nbytes)
         stream = Stream(seed, config.separation)
         try:
             _train(net, stream, config, state, clock, checkpoint_path, checkpoint_every)

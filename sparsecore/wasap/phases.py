@@ -75,8 +75,9 @@ def run(
     model : SparseMLP or None
         None on ranks other than 0.
     result : dict or None
-        The sequential run's entries, and "parallel": "workers", "updates", "record" (for
-        `replay`), "staleness_histogram", "failed_workers", "ranks", "restarts" and others.
+        The sequential run's entries (in "seconds" and "epochs" some differ), and "parallel":
+        "updates", "record" (for `replay`), "staleness_histogram", "failed_workers", "ranks",
+        "restarts" and others.
 
     Raises
     ------
@@ -128,8 +129,10 @@ class _Run:
         self.rank, self.n_workers = self.ranks.rank, self.ranks.size
         self.asynchronous = plan.algorithm == "wasap"
         self.phase1_epochs = plan.phase1_epochs(config.epochs)
-        if (config.prune_from or 0) > self.phase1_epochs:  # it would never happen
-            told = f"at most {self.phase1_epochs}, the last epoch of phase 1"
+        last = min(self.phase1_epochs, config.epochs - 1)
+        if (config.prune_from or 0) > last:  # it would never happen
+            told = f"at most {last}, the last epoch of phase 1 after which another comes"
+            told = told if last else "None: no epoch of phase 1 comes before another"
             raise ValueError(f"prune_from: expected {told}, got {config.prune_from}")
         self.about = records.identity(data, config, plan, self.seed, self.n_workers)
         self.path = None if self.checkpoint_path is None else Path(self.checkpoint_path)

@@ -402,8 +402,11 @@ def test_ranks_that_are_not_started_alike_do_not_start(comm, digits, other, told
 
 @together
 def test_pruning_that_would_begin_after_phase_1_is_refused(comm, digits):
-    with pytest.raises(ValueError, match="prune_from: expected at most 4, the last epoch of phase"):
-        wasap.run(digits, SMALL.with_values(prune_from=5))
+    for plan in (None, wasap.Plan(phase1=1.0)):  # phase 1 has four epochs of five, or all
+        with pytest.raises(ValueError, match="prune_from: expected at most 4, the last epoch of "):
+            wasap.run(digits, SMALL.with_values(prune_from=5), plan)
+    with pytest.raises(ValueError, match=r"prune_from: expected None: no epoch of .*, got 1"):
+        wasap.run(digits, SMALL.with_values(prune_from=1), wasap.Plan(phase1=0.0))
 
 
 def test_threads_and_patience_may_differ(comm, digits):

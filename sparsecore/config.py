@@ -60,6 +60,7 @@ def names(table: Collection[str]) -> Range:
 
 
 POSITIVE = numbers("a positive number", lambda v: v > 0)
+NOT_NEGATIVE = numbers("a number of at least 0", lambda v: v >= 0)
 FRACTION = numbers("a number in [0, 1)", lambda v: 0 <= v < 1 and np.float32(v) < 1)
 FINITE = numbers("a finite float32 number", lambda v: True)
 FLAG = Range(bool, "True or False", lambda v: isinstance(v, (bool, np.bool_)))

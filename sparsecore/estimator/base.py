@@ -17,12 +17,15 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from sparsecore import train
 from sparsecore.compiled.losses import SOFTMAX, Aim
-from sparsecore.config import FLAG, HYPERPARAMETERS, LARGEST, Range, TrainConfig, integers, numbers
 from sparsecore.estimator import inputs
 from sparsecore.limits import cpu_count
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.provenance import differences
+
+from sparsecore.config import (  # isort: skip
+    FLAG, HYPERPARAMETERS, LARGEST, NOT_NEGATIVE, Range, TrainConfig, integers, numbers,
+)  # fmt: skip
 
 _FOREVER = 2**31  # epochs of a partial_fit: nobody knows which call is the last
 # A stream's topology changes after this many batches, or after a call that has more: sooner, new
@@ -33,7 +36,6 @@ NAMES = {"hidden": "hidden_layer_sizes", "epochs": "max_iter"}
 # A network is made with these: it cannot continue with other values.
 _MADE = ("hidden", "epsilon", "activation", "alpha", "init", "standardize")
 _INT32_MAX = np.iinfo(np.int32).max
-_WEIGHT = numbers("", lambda v: v >= 0)
 
 
 def _widths(value: Any) -> tuple[Any, ...]:
@@ -49,7 +51,7 @@ _RANGES: dict[str, Range] = {
     ),
     "max_iter": integers(1),
     "n_iter_no_change": integers(1),
-    "tol": numbers("a number of at least 0", lambda v: v >= 0),
+    "tol": NOT_NEGATIVE,
     "validation_fraction": numbers("a number in (0, 1)", lambda v: 0 < v < 1),
     **dict.fromkeys(("standardize", "early_stopping", "warm_start"), FLAG),
     "verbose": Range(int, "True, False or an integer", lambda v: isinstance(v, (int, np.bool_))),
@@ -64,7 +66,7 @@ _RANGES: dict[str, Range] = {
     ),
     "class_weight": Range(
         dict, f'a dict of weights from 0 to {LARGEST:.2g}, "balanced" or None',
-        lambda v: all(map(_WEIGHT.holds, v.values())) if isinstance(v, dict)
+        lambda v: all(map(NOT_NEGATIVE.holds, v.values())) if isinstance(v, dict)
         else v is None or (isinstance(v, str) and v == "balanced"),
     ),
 }  # fmt: skip

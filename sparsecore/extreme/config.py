@@ -4,11 +4,11 @@ from dataclasses import MISSING, dataclass
 from itertools import pairwise
 
 from sparsecore.config import (  # isort: skip
-    FINITE, FLAG, FRACTION, POSITIVE, check_values, hyperparameters, integers, numbers, param,
+    FINITE, FLAG, FRACTION, NOT_NEGATIVE, POSITIVE, check_values, hyperparameters, integers,
+    param,
 )  # fmt: skip
 
 N_FEATURES, N_CLASSES = 65_536, 2
-_NOT_NEGATIVE = numbers("a number of at least 0", lambda v: v >= 0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ExtremeConfig:
     )
     alpha: float = param(0.05, FINITE, "negative slope of All-ReLU")
     learning_rate: float = param(
-        0.2, _NOT_NEGATIVE, "step size η, divided by each layer's mean fan-in", metavar="ETA"
+        0.2, NOT_NEGATIVE, "step size η, divided by each layer's mean fan-in", metavar="ETA"
     )
     momentum: float = param(0.9, FRACTION, "share of the velocity kept", metavar="MU")
     weight_decay: float = param(2e-4, FRACTION, "decoupled decay λ, per step", metavar="LAMBDA")
@@ -45,7 +45,7 @@ class ExtremeConfig:
         25, integers(1), "steps between evolutions; none after the last step", metavar="STEPS"
     )
     separation: float = param(
-        1.0, _NOT_NEGATIVE, "separation of the classes, in standard deviations of a feature"
+        1.0, NOT_NEGATIVE, "separation of the classes, in standard deviations of a feature"
     )
     frozen: bool = param(
         False, FLAG, "train the output layer alone, on hidden layers that stay random: a control"

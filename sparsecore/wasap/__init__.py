@@ -4,6 +4,7 @@
 start MPI; the first use of `run`, or of `mpi`, does.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sparsecore.wasap.plan import ALGORITHMS, Plan
@@ -19,12 +20,6 @@ __all__ = ["ALGORITHMS", "ParallelError", "Plan", "from_json", "replay", "run"]
 def __getattr__(name: str) -> Any:
     # Imported on use: importing mpi4py starts MPI, which a replay does not need, and `Plan` does
     # not need Numba.
-    if name == "run":
-        from sparsecore.wasap import phases
-
-        return phases.run
-    if name in ("from_json", "replay"):
-        from sparsecore.wasap import record
-
-        return getattr(record, name)
+    if name in (places := {"run": "phases", "from_json": "record", "replay": "record"}):
+        return getattr(import_module(f"sparsecore.wasap.{places[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

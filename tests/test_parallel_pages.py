@@ -114,7 +114,7 @@ def test_what_is_found_follows_from_the_runs(trained, monkeypatch):
 
     empty = Results(replace(STUDIES["T-deviations"], datasets=("digits",)), "paper", [])
     told = parallel_figures.beside_main(found, empty).text
-    assert told.endswith("another machine: compare seconds within one figure only.")
+    assert told.endswith("separately: compare seconds within one figure only.")
     runs = [
         {**run, "seed": seed, "condition": {"dataset": "digits", "method": method},
          "data": {"n_test": 1000}, "test_accuracy": accuracies[seed],

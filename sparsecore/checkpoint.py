@@ -178,6 +178,15 @@ def check_version(path: Any, found: int) -> None:
         )
 
 
+def to_resume(path: str | os.PathLike[str] | None, resume: bool) -> str | os.PathLike[str] | None:
+    """Return the checkpoint to resume from, if there is one; refuse a path that cannot be used."""
+    if path is not None:
+        files.check_writable(path)
+    elif resume:
+        raise ValueError("resume: expected checkpoint_path with it, got none")
+    return path if resume and path is not None and os.path.exists(path) else None
+
+
 def check_resumed(
     path: Any, found: dict[str, Any] | None, expected: dict[str, Any]
 ) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,6 @@ from sparsecore import checkpoint, train
 from sparsecore.config import TrainConfig, integers
 from sparsecore.datasets import Dataset
 from sparsecore.datasets.augment import ImageAugmentation
-from sparsecore.files import check_writable
 from sparsecore.mlp import SparseMLP
 from sparsecore.progress import bar
 from sparsecore.provenance import peak_bytes, provenance
@@ -219,9 +217,9 @@ class Shard:
 
 def identity(data: Dataset, config: TrainConfig, seed: int, **parallel: Any) -> dict[str, Any]:
     """Return what identifies a run: "config", "seed", "data", "recipe", as JSON types."""
-    integers(0).check("seed", seed)
+    seed = int(integers(0).check("seed", seed))
     about = {"dataset": data.name, "n_train": len(data.y_train), **config.to_dict(), **parallel}
-    return {"config": about, "seed": int(seed), "data": data.content_hash, "recipe": RECIPE}
+    return {"config": about, "seed": seed, "data": data.content_hash, "recipe": RECIPE}
 
 
 def resumed(
@@ -229,11 +227,7 @@ def resumed(
     read: Callable[[Any], Any] = checkpoint.load,
 ) -> tuple[Any, dict[str, Any]] | None:  # fmt: skip
     """Return model and state of a checkpoint that `read` reads, if there is one to resume."""
-    if path is not None:
-        check_writable(path)
-    elif resume:
-        raise ValueError("resume: expected checkpoint_path with it, got none")
-    if not resume or path is None or not Path(path).exists():
+    if checkpoint.to_resume(path, resume) is None:
         return None
     model, state = checkpoint.latest(path, read)
     if state is not None and "config" in state:

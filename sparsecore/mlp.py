@@ -16,7 +16,7 @@ from sparsecore import functions, topology
 from sparsecore.compiled import engine
 from sparsecore.compiled.arrays import Fixed, sealed
 from sparsecore.compiled.kernels import Network, Rule, State
-from sparsecore.config import HYPERPARAMETERS, PERCENTILE, integers
+from sparsecore.config import HYPERPARAMETERS, LARGEST, PERCENTILE, integers
 from sparsecore.functions import ACTIVATIONS, INITIALIZERS
 from sparsecore.samples import DENSE_VALUES, as_inputs, as_labels, check_finite, checked_sparse
 
@@ -267,8 +267,8 @@ class SparseMLP(Fixed):
             activation=activation, alpha=alpha, init=init,
         )  # fmt: skip
         if not np.isfinite(model.params).all():
-            most = f"{np.finfo(np.float32).max:.2g}"
-            raise ValueError(f"matrices, biases: expected finite numbers of at most {most}")
+            told = f"expected finite numbers of at most {LARGEST:.2g}"
+            raise ValueError(f"matrices, biases: {told}")
         return model
 
     def __len__(self) -> int:

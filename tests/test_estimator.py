@@ -378,8 +378,8 @@ REFUSED = {
     "y: expected a dense array": lambda: made(R).fit(X40, sp.csr_array(X40)),
     "early_stopping: 9 samples cannot give a validation_fraction of 0.1: R² needs at least two":
         lambda: made(R, early_stopping=True).fit(X40[:9], X40[:9, 0]),
-    "weight: expected a weight above 0 among these rows, and none above 3.4e+38, got 1e+300 at":
-        lambda: made(R).fit(X40, X40[:, 0], np.full(40, 1e300)),
+    "sample_weight: expected a weight above 0 among these rows, and none above 3.4e+38, got 1e+300 "
+    "at most": lambda: made(R).fit(X40, X40[:, 0], np.full(40, 1e300)),
     "class_weight: expected a weight above 0 among": lambda:
         made(class_weight={0: 0, 1: 0, 2: 0}).fit(X40, Y40),
     "class_weight: expected a weight above 0 among these rows, and none": lambda:

@@ -155,8 +155,8 @@ def refuse_idle(
         alone = given(options, ("prune_every", "prune_percentile", "prune_counts_empty"))
         refuse(alone, "expected --prune-from EPOCH with it, got none")
     elif prune_from >= epochs and options.checkpoint is None:  # else it may resume with more epochs
-        told = f"expected an epoch before the last, which is {epochs}"
-        raise ValueError(f"--prune-from: {told}, got {prune_from}")
+        told = f"expected an epoch before the last, which is {epochs}, got {prune_from}"
+        refuse(["prune_from"], told)
 
 
 def check_targets(options: argparse.Namespace) -> None:

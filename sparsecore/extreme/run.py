@@ -19,7 +19,7 @@ from scipy.stats import binomtest, kendalltau
 
 from sparsecore import progress as bars
 from sparsecore import seeds
-from sparsecore.checkpoint import check_resumed
+from sparsecore.checkpoint import check_resumed, to_resume
 from sparsecore.config import integers
 from sparsecore.datasets.generators import Clusters
 from sparsecore.extreme import budget
@@ -125,8 +125,6 @@ def run(
     """
     integers(1).check("checkpoint_every", checkpoint_every)
     integers(0).check("seed", seed)
-    if resume and checkpoint_path is None:
-        raise ValueError("resume: expected checkpoint_path with it, got none")
     about: dict[str, Any] = {"seed": seed, "config": asdict(config)}
     state = {**about, "step": 0, "seconds": dict.fromkeys(_PHASES, 0.0)}
     state |= {name: [] for name in _LISTS}
@@ -134,11 +132,7 @@ def run(
         check_alike(comm.allgather({**about, **code(), "memory_limit": memory_limit}))
         if checkpoint_path is not None:
             raise ValueError("checkpoint: a split network cannot be saved yet; give no file")
-    elif checkpoint_path is not None:
-        check_writable(checkpoint_path)
-    resumed_from = None
-    if resume and checkpoint_path is not None and Path(checkpoint_path).exists():
-        resumed_from = checkpoint_path
+    if (resumed_from := to_resume(checkpoint_path, resume)) is not None:
         check_resumed(resumed_from, read_checkpoint(resumed_from), about)  # before memory is taken
     memory = plan(config, threads, comm)
     if announce is not None:
